@@ -4,6 +4,7 @@ The commands of :mod:`.deployment.cli` and :mod:`.kit_cli` are mounted here.
 """
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -201,7 +202,8 @@ def _chosen(site: "Site", *, ask: bool) -> "Pending":
     if more > 0:
         typer.echo(f"and {more} earlier ones wait", err=True)
     if ask:
-        arguments = f"{site.home} {pending[0].run} --digest {pending[0].recipe.digest[:32]}"
+        home = shlex.quote(str(site.home))
+        arguments = f"{home} {pending[0].run} --digest {pending[0].recipe.digest[:32]}"
         with asking(f"If that is what you want: fieldmark site approve {arguments}"):
             approved = typer.confirm("Approve this run?", default=False, err=True)
         if not approved:

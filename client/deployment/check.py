@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -291,7 +292,8 @@ def _waits(site: Site, recipe: Recipe, contact: Contact) -> str:
         ledger = Ledger(site.home, site.data_binding, site.name)
         if ledger.is_approved(announced.run, recipe.digest):
             return "; approved here"
-    return f"; a person here has to approve it: fieldmark site approve {site.home}"
+    home = shlex.quote(str(site.home))
+    return f"; a person here has to approve it: fieldmark site approve {home}"
 
 
 def _policy_and_cost(site: Site, recipe: Recipe | None, contact: Contact) -> Iterator[Finding]:

@@ -263,7 +263,7 @@ def _begun(run: RunFolder) -> tuple[str, bool]:
     start = setting_of(values, "train", "start") or "none"
     rounds = setting_of(values, "federation", "rounds") != 0
     found = run.metrics.get("start", {})
-    if "chosen" in found:
+    if len(found.get("tried", ())) > 1:
         by = "macro-F1" if setting_of(values, "train", "start_metric") == "macro-f1" else "top-1"
         return (
             f"The head before round 1 was the best by {by} of {len(found['tried'])} candidates on "

@@ -54,7 +54,9 @@ def watch(folder: Path, run_dir: Path) -> dict[str, Any] | None:
                 follow(folder, run_dir, tell)
     except KeyboardInterrupt:
         return None
-    render(run_dir)
+    # The run's own process has made it; where it could not, the reason is said here.
+    if not (run_dir / "report.html").is_file():
+        render(run_dir)
     metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
     return metrics
 

@@ -106,6 +106,7 @@ def answer(home: Path, incoming: Incoming) -> Departure | None:
         if site.rows is None and not rate.admits(request.kind, datetime.now(UTC).date()):
             return None
     except Exception:
+        # The boundary of the site: no exception's text may leave.
         log.exception("a request was not answered")
         return None
     return _guarded(site, request, log, lambda: _work(site, request, incoming))
@@ -298,6 +299,7 @@ def _guarded(
         )
         return Gate(site).refuse(request, reply, refusal)
     except Exception:
+        # The same boundary: neither may what goes wrong while refusing.
         log.exception("round %d could not even be refused", request.round)
         return None
 
